@@ -231,7 +231,7 @@ class Ends:
 
     def __init__(self, selected: Sequence[Selected]) -> None:
         self.failures: list[ScriptError] = []
-        self._ended: queue.SimpleQueue[Selected] = queue.SimpleQueue()
+        self._ended: queue.Queue[Selected] = queue.Queue()
         self._drops = [
             each.run.when_ended(partial(self._ended.put, each), each.task) for each in selected
         ]

@@ -75,7 +75,7 @@ class PoolEngine:
 
     def __init__(self, options: CallOptions, folder: CallFolder) -> None:
         self._options = options
-        self._events: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._events: queue.Queue[tuple[Any, ...]] = queue.Queue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False

@@ -58,7 +58,7 @@ def as_completed(
     """
     waited = list(runs)
     deadline = None if timeout is None else time.monotonic() + timeout
-    ended: queue.SimpleQueue[AsyncResult] = queue.SimpleQueue()
+    ended: queue.Queue[AsyncResult] = queue.Queue()
     callbacks = [(run, _putting(ended, run)) for run in waited]
     failure: Exception | None = None
     left = len(waited)
@@ -93,9 +93,7 @@ def _counts(runs: Sequence[AsyncResult]) -> Counter[Status]:
     return Counter(run._job.status for run in runs)
 
 
-def _putting(
-    ended: queue.SimpleQueue[AsyncResult], run: AsyncResult
-) -> Callable[[TrackedJob], None]:
+def _putting(ended: queue.Queue[AsyncResult], run: AsyncResult) -> Callable[[TrackedJob], None]:
     return lambda job: ended.put(run)
 
 

@@ -17,7 +17,7 @@ PROGRAM = Path(__file__).parents[1] / "cjdask" / "embedded.py"
 ENDED = ("COMPLETED", "CANCELLED", "FAILED")
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0, pause: float = 0.02) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0, pause: float = 0.02) -> Any:
     """Return the first true value of `condition`; fail when there is none in time."""
     deadline = time.monotonic() + seconds
     while True:

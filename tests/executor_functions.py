@@ -80,6 +80,12 @@ def make_thing(_: int) -> Thing:
     return Thing()
 
 
+def wait_for(path: Path) -> None:
+    """Wait until there is such a file."""
+    while not path.exists():
+        time.sleep(0.05)
+
+
 def capture(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments."""
     return args, kwargs

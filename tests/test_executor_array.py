@@ -32,7 +32,7 @@ from cjdask import (
 from cjdask.executor_batch import Batch
 from cjdask.scheduler import Scheduler, scheduler_for
 from cjdask.status import JobInfo
-from tests.executor_functions import Counts
+from tests.executor_functions import Counts, wait_for
 from tests.executor_help import embedded, open_jobs, until
 
 
@@ -351,15 +351,16 @@ def test_a_scheduler_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_job_that_is_held(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """That a job waits for somebody to release it is told once, with the scheduler's words."""
     held = JobInfo("7", Status.PENDING, reason=Reason.HELD, message="condor_release 7 lets it go")
     with monkeypatch.context() as patch, LocalExecutor() as executor:
         patch.setattr(Batch, "info", lambda self, index: held)
-        future = executor.submit(time.sleep, 1)
+        future = executor.submit(wait_for, tmp_path / "go")
         until(lambda: caplog.messages)
-        assert future.result(30) is None
+        (tmp_path / "go").touch()
+        assert future.result(60) is None
     assert caplog.messages == ["calls wait: job 7 on local is held: condor_release 7 lets it go"]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from cjdask import ClusterExecutor
-from tests.executor_functions import Thing, capture, make_thing, sleep_and_raise
+from tests.executor_functions import Thing, capture, make_thing, sleep_and_raise, wait_for
 from tests.executor_help import embedded, until
 
 
@@ -276,15 +276,17 @@ def test_shutdown_from_a_callback(mode: str) -> None:
     executor.shutdown()
 
 
-def test_shutdown_that_cancels(mode: str) -> None:
+def test_shutdown_that_cancels(mode: str, tmp_path: Path) -> None:
     """Calls that do not run are cancelled, those that run end well."""
     executor = new_executor(mode, max_workers=1)
-    first = executor.submit(time.sleep, 0.5)
+    first = executor.submit(wait_for, tmp_path / "go")
     others = [executor.submit(time.sleep, 60) for _ in range(5)]
     until(first.running)
-    executor.shutdown(cancel_futures=True)
+    executor.shutdown(wait=False, cancel_futures=True)
+    until(lambda: all(other.cancelled() for other in others))
+    (tmp_path / "go").touch()
+    executor.shutdown()
     assert first.result() is None
-    assert all(other.cancelled() for other in others)
 
 
 SCRIPT = """

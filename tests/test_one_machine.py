@@ -97,6 +97,7 @@ def test_without_a_file_nothing_changes(machine: Path) -> None:
 def test_an_array_is_no_default_of_a_cluster(machine: Path) -> None:
     """A resource that only a job script can have is refused with the reason."""
     machine.write_text("[Resources]\narray = 10\n")
+    JobScript.read_defaults()
     JobScript.read_defaults(machine)
     with pytest.raises(ResourcesNotSupportedError, match="array=10: use scale"):
         resolve({"backend": "local"})
