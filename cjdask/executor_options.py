@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import cache, cached_property
 from shutil import which
 from typing import Any
@@ -97,12 +98,21 @@ class CallOptions:
         _ = self.command
         backend = self.machine.renderer
         if isinstance(backend, BatchBackend):
-            backend.headers(self.checked)
+            try:
+                backend.headers(self.checked)
+            except ResourcesNotSupportedError as error:
+                raise ResourcesNotSupportedError(f"{error}{self._meant()}") from None
         elif self.ranks > 1:
             raise ResourcesNotSupportedError(
                 f"backend {self.backend!r} cannot start the {self.ranks} processes of a call; "
                 "give nodes=1 and ppn=1"
             )
+
+    def _meant(self) -> str:
+        """Return a hint at options of executors that the names of native ones resemble."""
+        known = {f.name for f in fields(self)} - set(_NAMES.values()) | _NAMES.keys()
+        near = {key: get_close_matches(key, known, 1, 0.8) for key in self.checked.native}
+        return "".join(f"; is {key!r} to be {found[0]}?" for key, found in near.items() if found)
 
     @property
     def machine(self) -> Scheduler:

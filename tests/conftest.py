@@ -34,8 +34,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the tests that need a real scheduler run one after the other, in one process."""
+    """Have the tests that need a real scheduler run one after the other, in one process.
+
+    Long ones are left out unless they are asked for.
+    """
     for item in items:
+        if item.get_closest_marker("long") and not os.environ.get("CJDASK_LONG"):
+            item.add_marker(
+                pytest.mark.skip(reason="takes long: CJDASK_LONG=1 runs it, as CI does")
+            )
         if any(item.get_closest_marker(name) for name in REAL):
             item.add_marker(pytest.mark.xdist_group("real"))
 

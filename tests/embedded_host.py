@@ -8,24 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cjdask.testing import until
+
 PROGRAM = Path(__file__).parents[1] / "cjdask" / "embedded.py"
 ENDED = ("COMPLETED", "CANCELLED", "FAILED")
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0, pause: float = 0.02) -> Any:
-    """Return the first true value of `condition`; fail when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
-        time.sleep(pause)
 
 
 def runs(pid: int) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,16 +12,9 @@ import pytest
 from cjdask.backends import BatchBackend
 from cjdask.protocols.local import LocalProtocol
 from cjdask.scheduler import scheduler_for
+from cjdask.testing import until
 
-__all__ = ["embedded", "open_jobs", "until"]
-
-
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait until something is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so after {seconds:g} s"
-        time.sleep(0.02)
+__all__ = ["embedded", "open_jobs"]
 
 
 def open_jobs() -> int:

@@ -6,7 +6,6 @@ import contextlib
 import re
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,12 +75,3 @@ def mended_after(seconds: float, broken: str, mended: str, host: str) -> Iterato
         yield
     finally:
         timer.join()
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """Return the first true value of a condition; fail when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
-        time.sleep(0.05)
-    return value

@@ -14,8 +14,8 @@ from cjdask.cli_recorder import RecordingProtocol
 from cjdask.errors import ProtocolError
 from cjdask.protocols.base import Protocol
 from cjdask.protocols.local import LocalProtocol
+from cjdask.testing import until
 from tests.cli import cjdask, rows, start
-from tests.embedded_host import until
 
 LOCAL = ("--backend", "local", "--threads", "1")
 

@@ -21,8 +21,8 @@ from cjdask.cli_group import Exit
 from cjdask.cli_table import Row, dashboard, fitted
 from cjdask.jobscript import JobScript
 from cjdask.status import JobInfo, Reason, Status
+from cjdask.testing import until
 from tests.cli import PROGRAM, cjdask, rows, start, terminal
-from tests.embedded_host import until
 
 NOW = 1_700_000_000.0
 

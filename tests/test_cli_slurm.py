@@ -11,8 +11,8 @@ import pytest
 
 from cjdask.cli_group import Exit
 from cjdask.scheduler import Scheduler, scheduler_for
+from cjdask.testing import until
 from tests.cli import cjdask, rows, start
-from tests.embedded_host import until
 from tests.ssh_hosts import LOGIN, SSH
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm")]

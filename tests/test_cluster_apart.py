@@ -46,6 +46,7 @@ def folders(path: Path) -> list[str]:
     return [each.name for each in path.glob(".dask-worker-*")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["login", "job"])
 def test_a_cluster_is_left_and_taken_up(
     place: str, apart: Callable[..., ClusterjobCluster], tmp_path: Path
@@ -86,6 +87,7 @@ def test_a_cluster_is_left_and_taken_up(
     assert not state.exists()
 
 
+@pytest.mark.long
 def test_a_killed_process_leaves_its_cluster(
     apart: Callable[..., ClusterjobCluster], tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_a_killed_process_leaves_its_cluster(
     assert not folders(tmp_path)
 
 
+@pytest.mark.long
 def test_an_orphan_ends(
     apart: Callable[..., ClusterjobCluster], embedded: Callable[[], int], tmp_path: Path
 ) -> None:
@@ -139,6 +142,7 @@ def test_one_process_has_a_cluster(apart: Callable[..., ClusterjobCluster]) -> N
     ClusterjobCluster.from_name("one").close()
 
 
+@pytest.mark.long
 def test_it_scales_with_the_load(apart: Callable[..., ClusterjobCluster]) -> None:
     """An adaptive cluster asks a Dask scheduler that is not in its process for the load."""
     with apart() as cluster, Client(cluster) as client:
@@ -147,6 +151,7 @@ def test_it_scales_with_the_load(apart: Callable[..., ClusterjobCluster]) -> Non
         wait_until(lambda: not cluster.plan)
 
 
+@pytest.mark.long
 def test_it_adapts_as_before_when_taken_up(apart: Callable[..., ClusterjobCluster]) -> None:
     """from_name goes on with adapt, also of a pool, with its limits; after scale it does not."""
     cluster = apart()

@@ -85,6 +85,7 @@ def client(path: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_keys_scale_and_end_a_cluster(embedded: Callable[[], int], tmp_path: Path) -> None:
     """A terminal shows address, jobs and keys; who has the file may connect; q leaves nothing."""
     terminal = Terminal(*DASK, *SMALL)
@@ -122,6 +123,7 @@ def running(*argv: str) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_cluster(
     embedded: Callable[[], int], tmp_path: Path, how: signal.Signals
@@ -165,6 +167,7 @@ def test_what_is_wrong_is_said(
     assert not list(tmp_path.glob("*.yaml"))
 
 
+@pytest.mark.long
 def test_it_ends_with_its_dask_scheduler(embedded: Callable[[], int], tmp_path: Path) -> None:
     """Client.shutdown() from elsewhere ends the command and its jobs."""
     path = tmp_path / "connect.yaml"

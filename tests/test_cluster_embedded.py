@@ -52,6 +52,7 @@ def test_work_on_the_embedded_scheduler(embedded: Callable[[], int], tmp_path: P
     assert list(tmp_path.glob("dask-worker-logs/*.err"))
 
 
+@pytest.mark.long
 def test_a_hundred_pending_jobs(
     embedded: Callable[[], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_hundred_pending_jobs(
     assert (counts.submitted, counts.cancelled) == (1, 1)
 
 
+@pytest.mark.long
 def test_adapting_on_the_embedded_scheduler(embedded: Callable[[], int]) -> None:
     """An adaptive cluster goes up for work and down to nothing after it."""
     with local_cluster() as cluster, Client(cluster) as client:
@@ -75,6 +77,7 @@ def test_adapting_on_the_embedded_scheduler(embedded: Callable[[], int]) -> None
     assert scheduler_for("local").commands["submit"] >= 2
 
 
+@pytest.mark.long
 def test_pools_on_the_embedded_scheduler(
     embedded: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +176,7 @@ def test_no_jobs_are_left(embedded: Callable[[], int], how: str) -> None:
     )
 
 
+@pytest.mark.long
 def test_work_outlasts_the_walltime(embedded: Callable[[], int], tmp_path: Path) -> None:
     """A computation that takes longer than a job may run ends, and no task is run twice."""
 

@@ -172,6 +172,7 @@ def test_a_signal_leaves_no_jobs(program: Callable[..., Any], tmp_path: Path, nu
     assert not list(tmp_path.glob(".dask-worker-*"))
 
 
+@pytest.mark.long
 def test_jobs_end_by_themselves_after_sigkill(
     program: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

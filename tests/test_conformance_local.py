@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from cjdask import AsyncResult, JobScript
 from cjdask.testing import SchedulerConformance
 
 
@@ -21,3 +22,9 @@ class TestLocal(SchedulerConformance):
             patch.setenv("CJDASK_EMBEDDED_DIR", str(tmp_path_factory.mktemp("state")))
             patch.setenv("CJDASK_EMBEDDED_SLOTS", "32")
             yield
+
+    @pytest.mark.long
+    def test_100_jobs_in_one_query(
+        self, job: Callable[..., JobScript], runs: dict[str, AsyncResult]
+    ) -> None:
+        super().test_100_jobs_in_one_query(job, runs)

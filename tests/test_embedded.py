@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.embedded_host import EmbeddedHost, runs, until
+from cjdask.testing import until
+from tests.embedded_host import EmbeddedHost, runs
 
 
 @pytest.fixture
@@ -477,6 +478,7 @@ def test_job_may_submit_another_that_outlives_it(host: EmbeddedHost) -> None:
     assert host.wait_file("inner") == "2"
 
 
+@pytest.mark.long
 def test_thousand_jobs_are_queried_quickly(host: EmbeddedHost) -> None:
     """One query of a thousand pending jobs costs a fraction of a second, and no processes."""
     host.wait_running(host.submit("sleep 60", "--exclusive"))

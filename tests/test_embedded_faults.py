@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from cjdask.embedded import ROLE, TOKEN, Store, is_alive, job_processes, own_identity, send
-from tests.embedded_host import ENDED, EmbeddedHost, runs, until
+from cjdask.testing import until
+from tests.embedded_host import ENDED, EmbeddedHost, runs
 
 TREE = """
 trap '' TERM
@@ -44,6 +45,7 @@ def start_tree(host: EmbeddedHost, *options: str) -> tuple[str, list[int]]:
     return number, [int(word) for word in host.text("pids").split()]
 
 
+@pytest.mark.long
 def test_many_submitters_at_once_lose_nothing(host: EmbeddedHost) -> None:
     """64 processes that submit at once get 64 ids, and all jobs run once."""
     host.run("config", "--slots=4")
@@ -59,6 +61,7 @@ def test_many_submitters_at_once_lose_nothing(host: EmbeddedHost) -> None:
     host.wait_quiet()
 
 
+@pytest.mark.long
 def test_killed_submitters_leave_whole_jobs_or_none(host: EmbeddedHost) -> None:
     """Whatever the instant of a kill -9, a job that is known is complete and runs."""
     words = host.command("submit", host.script("echo $CJ_JOB_ID >> ran"))
@@ -134,6 +137,7 @@ def test_killed_manager_harms_no_job(host: EmbeddedHost) -> None:
     assert [host.end(first), host.end(second)] == [("COMPLETED", "")] * 2
 
 
+@pytest.mark.long
 def test_killed_managers_start_each_job_once(host: EmbeddedHost) -> None:
     """Managers killed at random instants neither lose a job nor start one twice."""
     number = host.submit("echo $CJ_JOB_ID >> ran", "--array=0-29%3")
@@ -189,6 +193,7 @@ def test_cancel_ends_what_ignores_term_or_is_stopped(host: EmbeddedHost) -> None
     assert host.end(other) == ("COMPLETED", "")
 
 
+@pytest.mark.long
 def test_cancel_at_the_instant_of_the_start_leaves_nothing(host: EmbeddedHost) -> None:
     """A job cancelled while it is being started is CANCELLED and no process of it remains."""
     body = "sleep 60"
@@ -217,6 +222,7 @@ def test_daemons_of_other_jobs_belong_to_no_job(marks: dict[str, str], member: b
             child.kill()
 
 
+@pytest.mark.long
 def test_cancel_at_the_instant_of_the_end_keeps_the_truth(host: EmbeddedHost) -> None:
     """An end that was reported once never changes, whatever a cancel does."""
     for step in range(5):

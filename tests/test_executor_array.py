@@ -32,8 +32,9 @@ from cjdask import (
 from cjdask.executor_batch import Batch
 from cjdask.scheduler import Scheduler, scheduler_for
 from cjdask.status import JobInfo
+from cjdask.testing import until
 from tests.executor_functions import Counts, wait_for
-from tests.executor_help import embedded, open_jobs, until
+from tests.executor_help import embedded, open_jobs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -125,6 +126,7 @@ def test_bad_options_are_refused_at_once() -> None:
         ({"array": 5}, "an executor makes the arrays itself"),
         ({"time": 30}, "time=30 is ambiguous"),
         ({"constraint": "x"}, "'constraint' is no option of the embedded scheduler"),
+        ({"max_worker": 2}, "is 'max_worker' to be max_workers?"),
         ({"max_requeues": -1}, "max_requeues must be greater than -1"),
         ({"env": {"A B": 1}}, "'A B' is no name of an environment variable"),
         ({"prologue": [1]}, "give text, or a list of lines"),
@@ -211,6 +213,7 @@ def test_calls_of_several_processes() -> None:
         ClusterExecutor("local", mode="pool").submit_ranks(rank)
 
 
+@pytest.mark.long
 def test_a_call_that_outlives_its_job(tmp_path: Path) -> None:
     """A call that saves itself before the walltime goes on in another job, with the same future."""
     with LocalExecutor(time="0:15", max_requeues=6) as executor:
@@ -244,6 +247,7 @@ def test_what_was_saved_for_another_job_does_not_continue_a_call_again(
     until(lambda: list(tmp_path.rglob("*.resume")) == [])
 
 
+@pytest.mark.long
 def test_a_call_goes_on_a_bounded_number_of_times(tmp_path: Path) -> None:
     """A call that has gone on as often as it may ends with its job, though it did save itself."""
 
@@ -266,6 +270,7 @@ def test_a_call_goes_on_a_bounded_number_of_times(tmp_path: Path) -> None:
 # -- ways to die -----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ends a task ends its call with an error that says how, and no other call."""
     monkeypatch.setattr(executor_collector, "GRACE_WELL", 2.0)
@@ -417,6 +422,7 @@ def test_the_end_while_calls_are_submitted(monkeypatch: pytest.MonkeyPatch) -> N
     until(lambda: open_jobs() == 0)
 
 
+@pytest.mark.long
 def test_a_callback_that_submits_more() -> None:
     """A callback that submits 100 more does not keep anybody waiting."""
     more: list[ClusterFuture] = []
@@ -430,6 +436,7 @@ def test_a_callback_that_submits_more() -> None:
         assert sum(each.result(60) for each in more) == sum(n * n for n in range(100))
 
 
+@pytest.mark.long
 def test_many_pending_calls(commands: Callable[[str], int]) -> None:
     """10,000 calls are few submissions, and all of them are cancelled with few commands."""
     with LocalExecutor() as executor:

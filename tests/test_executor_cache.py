@@ -20,8 +20,9 @@ import pytest
 from cjdask import ClusterExecutor, LocalExecutor, PayloadError
 from cjdask.executor_digest import call_digest, code_digest
 from cjdask.scheduler import scheduler_for
+from cjdask.testing import until
 from tests.executor_functions import Counts
-from tests.executor_help import embedded, until
+from tests.executor_help import embedded
 
 DRIVER = Path(__file__).with_name("executor_driver.py")
 ALL = os.environ.get("CJDASK_CRASHES") == "all"
@@ -124,6 +125,7 @@ def noted(path: Path) -> Counter[str]:
     return Counter(path.read_text().split()) if path.exists() else Counter()
 
 
+@pytest.mark.long
 def test_results_are_kept_and_failures_are_not(tmp_path: Path) -> None:
     """Only what is new or failed is made again, in whatever order and number it is asked for."""
     log, bad = tmp_path / "log", tmp_path / "bad"
@@ -191,6 +193,7 @@ def test_what_cannot_be_kept(tmp_path: Path) -> None:
             next(found)
 
 
+@pytest.mark.long
 def test_a_pool_keeps_results_too(tmp_path: Path) -> None:
     """Results of a pool are those of an array, and the other way round."""
     log = tmp_path / "log"
@@ -226,6 +229,7 @@ def killed_after(seconds: float, folder: Path, *arguments: object) -> None:
             driver.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(7 if ALL else 2))
 @pytest.mark.timeout(300)
 def test_killed_at_random(tmp_path: Path, seed: int) -> None:
@@ -248,6 +252,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     assert noted(tmp_path / "log") == {str(n): 1 for n in range(8)}
 
 
+@pytest.mark.long
 def test_a_task_that_died_while_nobody_looked(tmp_path: Path) -> None:
     """What died for a program that was killed is made again by the next."""
 
@@ -264,6 +269,7 @@ def test_a_task_that_died_while_nobody_looked(tmp_path: Path) -> None:
         assert driver.communicate(timeout=60)[0] == "5\n"
 
 
+@pytest.mark.long
 def test_a_call_that_saved_itself_for_a_program_that_was_killed(tmp_path: Path) -> None:
     """It goes on where it was for the next program."""
     kept = {"cache_id": "saves", "cache_folder": tmp_path / "kept"}

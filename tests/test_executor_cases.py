@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from cjdask import ClusterExecutor
+from cjdask.testing import until
 from tests.executor_functions import Thing, capture, make_thing, sleep_and_raise, wait_for
-from tests.executor_help import embedded, until
+from tests.executor_help import embedded
 
 
 @pytest.fixture(scope="module", params=["array", "pool"])
@@ -89,6 +90,7 @@ def test_map_exception(executor: ClusterExecutor, chunksize: int) -> None:
         next(found)
 
 
+@pytest.mark.long
 def test_map_timeout(mode: str, tmp_path: Path) -> None:
     """The iterator of map raises when the time is up, and the calls that are left are cancelled."""
 
@@ -110,6 +112,7 @@ def test_map_timeout(mode: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_map_submits_at_once(mode: str, tmp_path: Path) -> None:
     """The calls of map are made also where nobody asks for their results."""
 
@@ -236,6 +239,7 @@ def test_asyncio(executor: ClusterExecutor) -> None:
 # -- the end ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_shutdown(mode: str) -> None:
     """After shutdown all calls are over, and no more are taken."""
     with new_executor(mode) as executor:
@@ -251,6 +255,7 @@ def test_shutdown(mode: str) -> None:
         executor.map(pow, [2], [5])
 
 
+@pytest.mark.long
 def test_shutdown_without_waiting(mode: str) -> None:
     """It returns at once; calls go on, also if nobody refers to the executor any more."""
     executor = new_executor(mode)
@@ -265,6 +270,7 @@ def test_shutdown_without_waiting(mode: str) -> None:
     assert also.result() == 32
 
 
+@pytest.mark.long
 def test_shutdown_from_a_callback(mode: str) -> None:
     """A callback may shut its executor down, also one of a call that is cancelled."""
     executor = new_executor(mode)
@@ -276,6 +282,7 @@ def test_shutdown_from_a_callback(mode: str) -> None:
     executor.shutdown()
 
 
+@pytest.mark.long
 def test_shutdown_that_cancels(mode: str, tmp_path: Path) -> None:
     """Calls that do not run are cancelled, those that run end well."""
     executor = new_executor(mode, max_workers=1)
@@ -316,6 +323,7 @@ if sys.argv[2] == "no wait":
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["nothing", "no wait", "cancel"])
 def test_the_end_of_the_interpreter(mode: str, how: str, tmp_path: Path) -> None:
     """The interpreter ends when the calls have, and takes none while it ends."""

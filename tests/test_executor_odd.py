@@ -78,6 +78,7 @@ print("all came back")
 """
 
 
+@pytest.mark.long
 def test_functions_and_classes_of_a_notebook(tmp_path: Path) -> None:
     """What a cell or a script defines travels by value, and comes back as the same class."""
     script = tmp_path / "notebook.py"
@@ -88,6 +89,7 @@ def test_functions_and_classes_of_a_notebook(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("all came back\n", "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["array", "pool"])
 def test_joblib(mode: str) -> None:
     """Joblib makes its calls on an executor, raises what they raise, and cancels the others."""
@@ -102,6 +104,7 @@ def test_joblib(mode: str) -> None:
         assert executor.submit(pow, 2, 3).result() == 8
 
 
+@pytest.mark.long
 def test_a_large_argument() -> None:
     """An argument of 200 MB travels, once for all calls of a task, and so does such a result."""
     data = os.urandom(1 << 20) * 200

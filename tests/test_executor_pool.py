@@ -15,7 +15,8 @@ import pytest
 
 from cjdask import ClusterExecutor, ClusterFuture, JobDied, Reason, Status, SubmitError
 from cjdask.scheduler import scheduler_for
-from tests.executor_help import embedded, open_jobs, until
+from cjdask.testing import until
+from tests.executor_help import embedded, open_jobs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,6 +38,7 @@ def pool() -> Iterator[ClusterExecutor]:
         yield made
 
 
+@pytest.mark.long
 def test_many_short_calls(pool: ClusterExecutor) -> None:
     """Thousands of calls are made in a few processes that live on."""
     pids = set(pool.map(lambda _: os.getpid(), range(1000)))
@@ -46,6 +48,7 @@ def test_many_short_calls(pool: ClusterExecutor) -> None:
     assert sum(future.result() for future in futures) == sum(n * n for n in range(200))
 
 
+@pytest.mark.long
 def test_the_lines_of_the_job(pool: ClusterExecutor) -> None:
     """Variables and lines of the shell reach the processes; so does where this one is."""
     look = lambda: (os.environ["COLOUR"], os.environ["SIZE"], os.getcwd())  # noqa: E731
@@ -62,6 +65,7 @@ def test_a_long_call_delays_no_others(pool: ClusterExecutor) -> None:
     calls[0].result()
 
 
+@pytest.mark.long
 def test_a_callback_that_submits_more(pool: ClusterExecutor) -> None:
     """A callback that submits 100 more does not keep anybody waiting."""
     more: list[ClusterFuture] = []
@@ -75,6 +79,7 @@ def test_a_callback_that_submits_more(pool: ClusterExecutor) -> None:
     assert found == sum(n * n for n in range(100))
 
 
+@pytest.mark.long
 def test_a_large_argument(pool: ClusterExecutor) -> None:
     """An argument of 200 MB, and a result of a size to notice, travel."""
     data = os.urandom(1 << 20) * 200
@@ -119,6 +124,7 @@ def test_cancelling(pool: ClusterExecutor) -> None:
     assert pool.submit(pow, 2, 3).result(20) == 8
 
 
+@pytest.mark.long
 def test_deaths_of_jobs() -> None:
     """A call whose job ends has an error with the word of the scheduler; others go on elsewhere."""
     with new_pool(ppn=1, maximum_jobs=2) as pool:
@@ -144,6 +150,7 @@ def test_a_pool_that_cannot_be() -> None:
             assert isinstance(call.exception(30), SubmitError)
 
 
+@pytest.mark.long
 def test_a_pool_that_fails() -> None:
     """Where jobs fail before they can make a call, the calls fail with the end of the log."""
     with new_pool(prologue="echo no licence >&2; exit 1") as pool:
@@ -152,6 +159,7 @@ def test_a_pool_that_fails() -> None:
     assert "no licence" in str(error)
 
 
+@pytest.mark.long
 def test_nothing_is_left(tmp_path: Path) -> None:
     """When a pool is closed its jobs are gone and so are its files."""
     others = open_jobs()

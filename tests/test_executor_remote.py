@@ -22,7 +22,8 @@ from cjdask.executor_folder import CallFolder
 from cjdask.protocols import protocol_for, ssh
 from cjdask.protocols.parameters import ConnectionParameters
 from cjdask.scheduler import scheduler_for
-from tests.ssh_hosts import CONFIG, LOGIN, PLAIN, SSH, mended_after, reach, until
+from cjdask.testing import until
+from tests.ssh_hosts import CONFIG, LOGIN, PLAIN, SSH, mended_after, reach
 
 HERE = Path(__file__).parent
 PLACES = [

@@ -20,7 +20,8 @@ from cjdask.errors import ResourcesNotSupportedError, UnknownBackendError
 from cjdask.job import BatchJob, reload_job
 from cjdask.protocols.base import Protocol
 from cjdask.protocols.local import LocalProtocol
-from tests.ssh_hosts import LOGIN, PLAIN, reach, until
+from cjdask.testing import until
+from tests.ssh_hosts import LOGIN, PLAIN, reach
 
 FAR = [pytest.mark.slurm, pytest.mark.ssh]
 PLACES = [

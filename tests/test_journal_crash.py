@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from cjdask.backends.local import PROGRAM
+from cjdask.testing import until
 from tests.crash_driver import STARTED, jobname
-from tests.embedded_host import until
 
 ROOT = Path(__file__).parents[1]
 COUNT = 20
@@ -124,6 +124,7 @@ def killed_after(folder: Path, backend: str, seconds: float) -> int:
     return driver.wait()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(2400 if FULL else 200)
 @pytest.mark.parametrize("backend", ON)
 def test_killed_at_random(tmp_path: Path, backend: str) -> None:
@@ -181,6 +182,7 @@ def killed_at_steps(backend: str, base: Path, stride: int, *before: str) -> set[
     return set(places)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1500 if FULL else 200)
 @pytest.mark.parametrize("backend", ON)
 def test_killed_at_each_step(tmp_path: Path, backend: str) -> None:
@@ -192,6 +194,7 @@ def test_killed_at_each_step(tmp_path: Path, backend: str) -> None:
             assert {f"before {name}", f"after {name}"} <= places
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1500 if FULL else 200)
 @pytest.mark.parametrize("backend", ON_SOME)
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -206,6 +209,7 @@ def test_killed_while_it_recovers(tmp_path: Path, backend: str, moment: str) -> 
             assert {f"before {name}", f"after {name}"} <= places
 
 
+@pytest.mark.long
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("backend", ON_SOME)
 def test_two_drivers_at_once(tmp_path: Path, backend: str) -> None:

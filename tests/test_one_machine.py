@@ -105,6 +105,7 @@ def test_an_array_is_no_default_of_a_cluster(machine: Path) -> None:
         CallOptions.of({"backend": "local"})
 
 
+@pytest.mark.long
 def test_workers_are_no_recorded_runs(
     machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def jobs() -> list[str]:
 ALL = sorted([*(f"1_{i}" for i in range(1, 9)), "2"])
 
 
+@pytest.mark.long
 def test_each_step_once(tool: Tool) -> None:
     """The steps run in their order, and starting the tool again submits nothing."""
     for _ in range(2):
@@ -70,6 +71,7 @@ def test_each_step_once(tool: Tool) -> None:
     assert jobs() == ALL
 
 
+@pytest.mark.long
 def test_killed_at_some_time(tool: Tool) -> None:
     """A tool that is killed with all its processes, again and again, goes on where it was."""
     code, pause = None, 0.2
@@ -87,6 +89,7 @@ def test_killed_at_some_time(tool: Tool) -> None:
     assert jobs() == ALL
 
 
+@pytest.mark.long
 def test_a_failed_task_alone_is_repeated(tool: Tool) -> None:
     """When a task fails the tool says which, and its next start repeats that task only."""
     Path("build/hits.3").mkdir(parents=True)

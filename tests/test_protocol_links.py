@@ -25,8 +25,9 @@ from cjdask.errors import LinkLostError, LoginError, ProtocolError, UnreachableE
 from cjdask.protocols import link, paramiko, ssh
 from cjdask.protocols.forwarding import PortForward
 from cjdask.protocols.remote import RemoteProtocol
+from cjdask.testing import until
 from tests.fakes import FakeClock
-from tests.ssh_hosts import PLAIN, both_ways, control, mended_after, reach, until
+from tests.ssh_hosts import PLAIN, both_ways, control, mended_after, reach
 
 ROOT = Path(__file__).parents[1]
 CUT = float(os.environ.get("CJDASK_CUT", 8))

@@ -21,7 +21,8 @@ from cjdask.command import Command
 from cjdask.errors import ProtocolError
 from cjdask.protocols.base import Protocol
 from cjdask.protocols.local import LocalProtocol
-from tests.ssh_hosts import PLACE, PLAIN, host_name, reach, until
+from cjdask.testing import until
+from tests.ssh_hosts import PLACE, PLAIN, host_name, reach
 
 NAMES = [
     "a b",

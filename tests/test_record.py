@@ -115,6 +115,7 @@ def test_the_jobs_are_gone_afterwards(recorded: Path) -> None:
     assert not list(Path.cwd().glob("cjdask-record-*"))
 
 
+@pytest.mark.long
 def test_transcripts_are_not_replaced_unasked(recorded: Path) -> None:
     """A folder that has transcripts is refused; with --overwrite it is recorded anew."""
     done = record("--backend", "local")
@@ -168,6 +169,7 @@ def test_an_answer_that_is_not_understood_is_kept() -> None:
     assert all(info.status.ended for info in scheduler_for("local").query(["1", "2", "4", "5"]))
 
 
+@pytest.mark.long
 def test_a_changed_transcript_fails(recorded: Path) -> None:
     """The checks see a changed command, a changed status, an unread line, a missing end."""
     open_, ended = recorded / "query-open.txt", recorded / "query-ended.txt"

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cjdask.testing import until
 from tests.crash_driver import jobname
-from tests.ssh_hosts import LOGIN, PLAIN, reach, until
+from tests.ssh_hosts import LOGIN, PLAIN, reach
 from tests.test_journal_crash import COUNT, FULL, drive
 
 pytestmark = [pytest.mark.ssh, pytest.mark.usefixtures("ssh_hosts")]

@@ -20,7 +20,8 @@ from cjdask.errors import ProtocolError, SubmitError
 from cjdask.protocols import paramiko, ssh
 from cjdask.run_record import read_ends
 from cjdask.scheduler import Scheduler, scheduler_for
-from tests.ssh_hosts import CONFIG, LOGIN, PLAIN, SSH, control, logins, mended_after, until
+from cjdask.testing import until
+from tests.ssh_hosts import CONFIG, LOGIN, PLAIN, SSH, control, logins, mended_after
 
 PLACES = [
     pytest.param(("slurm", LOGIN), marks=pytest.mark.slurm, id="slurm"),

@@ -67,6 +67,7 @@ def test_a_job_script_is_rendered(site: Path) -> None:
     ]
 
 
+@pytest.mark.long
 def test_its_own_tests_pass(site: Path) -> None:
     """The tests of the site's package pass, those of each of its transcripts among them."""
     text = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=site)

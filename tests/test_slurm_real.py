@@ -6,7 +6,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from cjdask.errors import SubmitError
 from cjdask.protocols.local import LocalProtocol
 from cjdask.resources import Resources
 from cjdask.status import JobInfo, Reason, Status
+from cjdask.testing import until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
@@ -81,8 +82,10 @@ class Lab:
     def end(self, name: str, task: int | None = None) -> tuple[JobInfo, JobInfo]:
         """Wait for the end of a job; return what squeue and what sacct say of it."""
         key = self.ids[name], task
-        until(lambda: self.watch() or key in self.listed)
-        record = until(lambda: (r := self.ended(key[0]).get(key)) and r.status.ended and r)
+        until(lambda: self.watch() or key in self.listed, PATIENCE)
+        record = until(
+            lambda: (r := self.ended(key[0]).get(key)) and r.status.ended and r, PATIENCE
+        )
         return self.listed[key], record
 
     def watch(self) -> None:
@@ -90,15 +93,6 @@ class Lab:
         for key, info in self.query(*self.ids.values()).items():
             if info.status.ended:
                 self.listed[key] = info
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """Wait for a condition to hold and return it."""
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"still not after {PATIENCE:g} s"
-        time.sleep(0.2)
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +119,12 @@ def lab(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             lab.submit(f"odd {i}", {"jobname": odd, "stdout": f"{odd}-%j.out"}, tell)
         for i in range(MANY):
             lab.submit(f"many {i}", {"hold": True}, "true")
-        until(lambda: lab.watch() or status(lab, "running") is Status.RUNNING)
+        until(lambda: lab.watch() or status(lab, "running") is Status.RUNNING, PATIENCE)
         for name in lab.ids:
             if name in ENDING or name.startswith("odd"):
-                until(lambda name=name: lab.watch() or (lab.ids[name], None) in lab.listed)
+                until(
+                    lambda name=name: lab.watch() or (lab.ids[name], None) in lab.listed, PATIENCE
+                )
         yield lab
     finally:
         for name in ("CJDASK_TEST_VARIABLE", "SLURM_NTASKS", "SLURM_NPROCS"):
@@ -165,8 +161,8 @@ def test_many_jobs_in_one_question(lab: Lab) -> None:
     assert {info.status for info in lab.query(*ids).values()} == {Status.PENDING}
     assert len(lab.query(*ids)) == MANY
     lab.cancel(*ids)
-    until(lambda: {i.status for i in lab.query(*ids).values()} <= {Status.CANCELLED})
-    until(lambda: len(lab.ended(*ids)) == MANY)
+    until(lambda: {i.status for i in lab.query(*ids).values()} <= {Status.CANCELLED}, PATIENCE)
+    until(lambda: len(lab.ended(*ids)) == MANY, PATIENCE)
     assert {info.status for info in lab.ended(*ids).values()} == {Status.CANCELLED}
 
 
@@ -220,7 +216,10 @@ def test_good_end(lab: Lab) -> None:
 
 def test_array(lab: Lab) -> None:
     """Each task of an array has its own end."""
-    until(lambda: lab.watch() or {(lab.ids["array"], i) for i in range(5)} <= set(lab.listed))
+    until(
+        lambda: lab.watch() or {(lab.ids["array"], i) for i in range(5)} <= set(lab.listed),
+        PATIENCE,
+    )
     ends = {task: lab.end("array", task)[1] for task in range(5)}
     assert {task for task, info in ends.items() if info.status is Status.FAILED} == {3}
     assert {info.status for task, info in ends.items() if task != 3} == {Status.COMPLETED}
@@ -295,7 +294,7 @@ def test_unknown_ids(lab: Lab) -> None:
     assert list(lab.query("999999", known)) == [(known, None)]
     lab.cancel("999999")
     lab.cancel("999998", "999999", known)
-    until(lambda: lab.query(known)[known, None].status is Status.CANCELLED)
+    until(lambda: lab.query(known)[known, None].status is Status.CANCELLED, PATIENCE)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from cjdask.status import Reason, Status
 __all__ = ["SchedulerConformance", "until"]
 
 
-def until(condition: Callable[[], Any], timeout: float = 60.0, pause: float = 0.1) -> Any:
+def until(condition: Callable[[], Any], timeout: float = 60.0, pause: float = 0.05) -> Any:
     """Wait for a condition and return its value.
 
     Raises:
