@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ssh_hosts import LOGIN, PLAIN
+
 pytest_plugins = [
     "cjdask.testing.plugin",
     "tests.cli_fixtures",
@@ -94,6 +96,21 @@ def ssh_hosts() -> None:
     config = "/var/lib/cjdask-ssh/ssh_config"
     options = ("-F", config, "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
     require("ssh", "ssh", *options, "cjplain", "true")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("slurm", LOGIN), marks=pytest.mark.slurm, id="slurm"),
+        pytest.param(("local", PLAIN), id="embedded"),
+    ]
+)
+def place(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Return a backend and the machine that it is on, which only ssh reaches."""
+    backend, host = request.param
+    request.getfixturevalue("ssh_hosts")
+    if backend == "slurm":
+        request.getfixturevalue("slurm")
+    return backend, host
 
 
 @pytest.fixture(scope="class")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import threading
@@ -25,6 +26,8 @@ CONTROL = Path(__file__).parent / "ssh" / "ctl.sh"
 WAYS: dict[str, type[RemoteProtocol]] = {"ssh": SshProtocol, "paramiko": ParamikoProtocol}
 SSH = f"ssh -F {CONFIG}"
 """The program with which the hosts are known by their names."""
+CUT = float(os.environ.get("CJDASK_CUT", 8))
+"""Seconds for which a host is not there; 30 where somebody wants to see that."""
 
 both_ways = pytest.mark.parametrize("way", sorted(WAYS))
 needs_ssh = [pytest.mark.ssh, pytest.mark.usefixtures("ssh_hosts")]

@@ -30,18 +30,20 @@ def test_a_cluster_in_the_foreground(
     with subprocess.Popen(
         [*argv, *options, "--connect-file", str(path)], stdout=subprocess.PIPE, text=True
     ) as process:
-        until(lambda: squeue(slurm_name) == ["RUNNING"] * 2, 60)
-        program = (
-            "import socket\nfrom distributed import Client\nwith Client() as client:\n"
-            "    client.wait_for_workers(4, timeout=60)\n"
-            "    print(len(set(client.run(socket.gethostname).values())))"
-        )
-        env = {**os.environ, "DASK_CONFIG": str(path)}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
-        )
-        assert done.stdout == "2\n"
-        process.send_signal(signal.SIGHUP)
+        try:
+            until(lambda: squeue(slurm_name) == ["RUNNING"] * 2, 60)
+            program = (
+                "import socket\nfrom distributed import Client\nwith Client() as client:\n"
+                "    client.wait_for_workers(4, timeout=60)\n"
+                "    print(len(set(client.run(socket.gethostname).values())))"
+            )
+            env = {**os.environ, "DASK_CONFIG": str(path)}
+            done = subprocess.run(
+                [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+            )
+            assert done.stdout == "2\n"
+        finally:
+            process.send_signal(signal.SIGHUP)
         began = time.monotonic()
         until(lambda: not squeue(slurm_name), 20)
         took = time.monotonic() - began

@@ -23,26 +23,10 @@ from cjdask.protocols import protocol_for, ssh
 from cjdask.protocols.parameters import ConnectionParameters
 from cjdask.scheduler import scheduler_for
 from cjdask.testing import until
-from tests.ssh_hosts import CONFIG, LOGIN, PLAIN, SSH, mended_after, reach
+from tests.ssh_hosts import CONFIG, CUT, PLAIN, SSH, mended_after, reach
 
 HERE = Path(__file__).parent
-PLACES = [
-    pytest.param(("slurm", LOGIN), marks=pytest.mark.slurm, id="slurm"),
-    pytest.param(("local", PLAIN), id="embedded"),
-]
 pytestmark = [pytest.mark.ssh, pytest.mark.timeout(300)]
-CUT = float(os.environ.get("CJDASK_CUT", 8))
-"""Seconds for which a host is not there; 30 where somebody wants to see that."""
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """Return a backend and the machine that it is on."""
-    backend, host = request.param
-    request.getfixturevalue("ssh_hosts")
-    if backend == "slurm":
-        request.getfixturevalue("slurm")
-    return backend, host
 
 
 @pytest.fixture(autouse=True)

@@ -21,26 +21,10 @@ from cjdask.protocols import paramiko, ssh
 from cjdask.run_record import read_ends
 from cjdask.scheduler import Scheduler, scheduler_for
 from cjdask.testing import until
-from tests.ssh_hosts import CONFIG, LOGIN, PLAIN, SSH, control, logins, mended_after
+from tests.ssh_hosts import CONFIG, CUT, PLAIN, SSH, control, logins, mended_after
 
-PLACES = [
-    pytest.param(("slurm", LOGIN), marks=pytest.mark.slurm, id="slurm"),
-    pytest.param(("local", PLAIN), id="embedded"),
-]
 pytestmark = [pytest.mark.ssh, pytest.mark.timeout(180)]
 BREAKS = [("cut", "mend"), ("stop", "start")]
-CUT = float(os.environ.get("CJDASK_CUT", 8))
-"""Seconds for which a host is not there; 30 where somebody wants to see that."""
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """Return a backend and the machine that it is on."""
-    backend, host = request.param
-    request.getfixturevalue("ssh_hosts")
-    if backend == "slurm":
-        request.getfixturevalue("slurm")
-    return backend, host
 
 
 @pytest.fixture(params=["ssh", "paramiko"])
