@@ -185,7 +185,6 @@ def test_cancelled(lab: Lab, name: str) -> None:
         ("exit 137", Reason.NONZERO_EXIT, 137, None, 9),
         ("killed", Reason.SIGNALED, None, 9, None),
         ("no log", Reason.LAUNCH_FAILURE, None, None, None),
-        ("too long", Reason.TIMEOUT, None, None, None),
     ],
 )
 def test_bad_ends(
@@ -309,3 +308,10 @@ def test_refusals(lab: Lab, resources: dict[str, Any], words: str) -> None:
     """A refused job is an error with Slurm's words."""
     with pytest.raises(SubmitError, match=words):
         lab.submit("refused", resources, "true")
+
+
+def test_too_long(lab: Lab) -> None:
+    """A job over its walltime is FAILED with reason TIMEOUT, for squeue and sacct."""
+    for info in lab.end("too long"):
+        assert (info.status, info.reason) == (Status.FAILED, Reason.TIMEOUT)
+        assert (info.exit_code, info.signal) == (None, None)
