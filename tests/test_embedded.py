@@ -438,9 +438,10 @@ def test_settings_come_from_the_environment_and_the_command(host: EmbeddedHost) 
 
 def test_pending_job_that_cannot_fit_any_more_fails(host: EmbeddedHost) -> None:
     """When slots are taken away, a pending job that needs them ends, and blocks nobody."""
-    host.submit("sleep 0.3", "--exclusive")
+    host.submit("until [ -e go ]; do sleep 0.1; done", "--exclusive")
     number = host.submit("true", "--ppn=2")
     host.run("config", "--slots=1")
+    (host.work / "go").touch()
     assert host.end(number) == ("FAILED", "LAUNCH_FAILURE")
     assert "needs 2 slots" in host.job(number)["message"]
 

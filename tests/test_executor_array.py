@@ -348,9 +348,9 @@ def test_a_scheduler_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalExecutor() as executor:
         monkeypatch.setattr(Scheduler, "query", silent)
         good, bad = executor.submit(pow, 2, 3), executor.submit(exit_code, 5)
-        assert good.result(20) == 8
+        assert good.result(60) == 8
         with pytest.raises(JobDied, match="has not said how it ended") as caught:
-            bad.result(20)
+            bad.result(60)
         assert caught.value.exit_code == 5
         monkeypatch.undo()
 
@@ -382,8 +382,8 @@ def test_a_result_before_its_submission_is_known(monkeypatch: pytest.MonkeyPatch
             return batch
 
         monkeypatch.setattr(executor_array, "submit_batch", slow)
-        assert executor.submit(pow, 2, 3).result(20) == 8
-        assert long.result(20) is None
+        assert executor.submit(pow, 2, 3).result(60) == 8
+        assert long.result(60) is None
 
 
 # -- cancelling ------------------------------------------------------------------------------------
@@ -481,4 +481,4 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     with LocalExecutor(folder=tmp_path / "file") as executor:
         call = executor.submit(int)
         with pytest.raises(PayloadError, match="another folder"):
-            call.result(20)
+            call.result(60)

@@ -16,6 +16,7 @@ import pytest
 from cjdask import ClusterExecutor, ClusterFuture, JobDied, Reason, Status, SubmitError
 from cjdask.scheduler import scheduler_for
 from cjdask.testing import until
+from tests.executor_functions import wait_for
 from tests.executor_help import embedded, open_jobs
 
 
@@ -55,14 +56,15 @@ def test_the_lines_of_the_job(pool: ClusterExecutor) -> None:
     assert pool.submit(look).result() == ("red", "large", os.getcwd())
 
 
-def test_a_long_call_delays_no_others(pool: ClusterExecutor) -> None:
+def test_a_long_call_delays_no_others(pool: ClusterExecutor, tmp_path: Path) -> None:
     """Calls that come with one that takes long are made by another process meanwhile."""
     list(pool.map(abs, range(200)))  # so that large batches are sent
-    calls = [pool.submit(time.sleep, 3 if n == 0 else 0) for n in range(300)]
-    for call in as_completed(calls[1:], 2.5):
+    first = pool.submit(wait_for, tmp_path / "go")
+    for call in as_completed([pool.submit(time.sleep, 0) for _ in range(300)], 60):
         assert call.result() is None
-    assert not calls[0].done()
-    calls[0].result()
+    assert not first.done()
+    (tmp_path / "go").touch()
+    assert first.result(60) is None
 
 
 @pytest.mark.long
@@ -121,7 +123,7 @@ def test_cancelling(pool: ClusterExecutor) -> None:
     calls = [pool.submit(time.sleep, 60) for _ in range(20)]
     until(lambda: sum(call.running() for call in calls) == 2)
     assert all(call.cancel() for call in calls)
-    assert pool.submit(pow, 2, 3).result(20) == 8
+    assert pool.submit(pow, 2, 3).result(60) == 8
 
 
 @pytest.mark.long
@@ -138,7 +140,7 @@ def test_deaths_of_jobs() -> None:
         error = calls[0].exception(20)
         assert isinstance(error, JobDied)
         assert error.status is Status.CANCELLED
-        assert [call.result(30) for call in short] == [n * n for n in range(5)]
+        assert [call.result(60) for call in short] == [n * n for n in range(5)]
         assert calls[1].result() is None
 
 
