@@ -102,6 +102,8 @@ class JobKeeper:
         self._entries: dict[str, _Entry] = {}
         self._tasks: set[asyncio.Future[None]] = set()
         self._replacing = False
+        self._judging = 0
+        """How many losses are being looked at; what they mean for others is not known yet."""
         self._unanswered = 0
 
     # -- what the cluster tells ----------------------------------------------------------------
@@ -113,7 +115,9 @@ class JobKeeper:
 
     def may_submit(self) -> bool:
         """Tell whether jobs may be submitted now."""
-        return not self.patience.exhausted and time.monotonic() >= self.patience.not_before
+        patience = self.patience
+        waits = patience.exhausted or time.monotonic() < patience.not_before
+        return not (waits or self._judging)
 
     def follow(self, name: str, job: Placed, submitted: float | None = None) -> None:
         """Follow a job that has been submitted, now or at that time."""
@@ -183,9 +187,19 @@ class JobKeeper:
             return  # the scheduler does not list it, but its workers are there
         entry.lost = True
         cluster.drop_job(name)
+        self._judging += 1
         self._spawn(self._handle_loss(entry))
 
     async def _handle_loss(self, entry: _Entry) -> None:
+        try:
+            await self._judge(entry)
+        finally:
+            self._judging -= 1
+        self._spawn(self._strike_off(entry.name))
+        self.replace()
+
+    async def _judge(self, entry: _Entry) -> None:
+        """Tell of a loss, and count it if it was the job's fault."""
         info, now = entry.info, time.monotonic()
         served = entry.came is not None and (
             now - entry.came >= STABLE
@@ -203,8 +217,6 @@ class JobKeeper:
             log = await asyncio.get_running_loop().run_in_executor(None, entry.log, TAIL)
             where = f"; its log is {where}" if where else ""
             self._count(kind(f"{said} {when}{where}", info, log), _began(entry))
-        self._spawn(self._strike_off(entry.name))
-        self.replace()
 
     def _count(self, error: Exception, began: float) -> None:
         known = self.patience.exhausted
@@ -265,8 +277,8 @@ class JobKeeper:
         finally:
             self._replacing = False
         cluster = self._pool.open_cluster()
-        if cluster is None or self.target is None or self.patience.exhausted:
-            return
+        if cluster is None or self.target is None or self.patience.exhausted or self._judging:
+            return  # a loss that is being looked at comes here again
         began = time.monotonic()
         try:
             await self._pool.resize(self.target)
@@ -285,7 +297,7 @@ class JobKeeper:
 
     def expecting(self) -> bool:
         """Tell whether workers are to come: jobs have not started, or lost ones are replaced."""
-        waits = self._replacing and not self.patience.exhausted
+        waits = (self._replacing or self._judging) and not self.patience.exhausted
         return waits or bool(self._pool.jobs_not_started())
 
     def why_not(self) -> Exception | None:

@@ -62,7 +62,7 @@ class Terminal:
                 self.text += data.decode("utf-8", "replace")
         return self.text
 
-    def wait(self, seconds: float = 30.0) -> str:
+    def wait(self, seconds: float = 60.0) -> str:
         """Wait for the end of the process, and return all that it wrote."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:

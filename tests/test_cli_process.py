@@ -111,8 +111,10 @@ def test_a_watched_table_stays_in_its_place(
 ) -> None:
     """In a terminal ``status -w`` redraws its table, and never more lines than there are."""
     monkeypatch.setenv("CJDASK_EMBEDDED_SLOTS", "9")
-    submit(9, "sleep 2")
+    submit(9, "until [ -e go ]; do sleep 0.1; done")
     with terminal(PROGRAM, "status", "-w", width=90, height=8) as window:
+        until(lambda: window.read().count("JOB") > 3)
+        Path("jobs", "go").touch()
         text = window.wait()
     assert window.process.returncode == 0
     assert "9/9 runs" in text

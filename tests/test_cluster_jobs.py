@@ -7,6 +7,7 @@ import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from distributed import Client
@@ -98,8 +99,20 @@ async def fail_all(fake: Scheduler, status: Status = Status.FAILED) -> None:
 
 
 @pytest.mark.parametrize("adapt", [True, False])
-def test_failures_in_a_row_are_the_end(fake: Scheduler, adapt: bool) -> None:
-    """After three failing rounds no job is submitted, and who waits for workers learns why."""
+def test_failures_in_a_row_are_the_end(
+    fake: Scheduler, adapt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After three failing rounds no job is submitted, and who waits for workers learns why.
+
+    Nor are jobs replaced while the logs of lost ones are read.
+    """
+    read = cjdask.cluster_keeper._Entry.log
+
+    def read_slowly(entry: Any, tail: int | None = None) -> str:
+        time.sleep(0.1)
+        return read(entry, tail)
+
+    monkeypatch.setattr(cjdask.cluster_keeper._Entry, "log", read_slowly)
 
     async def test(cluster: ClusterjobCluster) -> None:
         failing = asyncio.ensure_future(fail_all(fake))
