@@ -1609,20 +1609,26 @@ def cancel_one(
 
 
 def cmd_cancel(store: Store, words: list[str]) -> int:
-    """End jobs and tasks: ``cancel ID ...``; does not wait for their end."""
+    """End jobs and tasks: ``cancel ID ...``; does not wait for their end.
+
+    The last go first: where the first ones run, none of the others starts in their place.
+    """
     _, ids = parse_options(words, {})
     if not ids:
         raise UsageError("cancel needs an ID: cancel ID ...")
     grace = grace_setting()
-    for first in range(0, len(ids), CANCELLED_AT_ONCE):
+    answers: list[dict[str, Any]] = []
+    for first in reversed(range(0, len(ids), CANCELLED_AT_ONCE)):
         with store.lock():
             jobs: dict[int, Job | None] = {}
             some = ids[first : first + CANCELLED_AT_ONCE]
             done = [cancel_one(store, jobs, text, grace) for text in some]
-        for answer, tell in done:
-            emit(answer)
+        answers[:0] = [answer for answer, _ in done]
+        for _, tell in done:
             for identity in tell:
                 send(identity, signal.SIGUSR1)
+    for answer in answers:
+        emit(answer)
     sys.stdout.flush()
     if os.listdir(store.active):
         ensure_manager(store)

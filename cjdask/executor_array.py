@@ -37,6 +37,8 @@ QUIET = 0.1
 """Seconds without another call after which those that were collected are submitted."""
 LONGEST = 1.0
 """Seconds for which calls are collected at most."""
+LONGEST_OF_CANCELS = 5.0
+"""Seconds for which cancels are: to end a whole array is less work for a scheduler than a part."""
 CANCEL_AGAIN = 5.0
 """Seconds until a cancel that did not get through is tried again."""
 CANCEL_TRIES = 5
@@ -63,6 +65,7 @@ class ArrayEngine:
         self._most = math.inf
         self._now = False
         self._cancels: list[Task] = []
+        self._cancels_since = 0.0
         self._batch_of: dict[Task, tuple[Batch, int]] = {}
         self._sender: threading.Thread | None = None
         self._collector = Collector(self._requeue, self._forget)
@@ -172,7 +175,9 @@ class ArrayEngine:
             tasks, self._new, self._now = [*self._held, *self._new], [], False
             self._held = []
             self._sending.update(tasks)
-            cancels, self._cancels = self._cancels, []
+            cancels: list[Task] = []
+            if not tasks or time.monotonic() - self._cancels_since > LONGEST_OF_CANCELS:
+                cancels, self._cancels = self._cancels, cancels
         try:
             self._submit([task for task in tasks if task.wanted])
         except BaseException as error:
@@ -188,8 +193,8 @@ class ArrayEngine:
         with self._changed:
             if self._held and self._batch_of:  # the site has room when some of them have ended
                 self._changed.wait_for(lambda: self._new or self._cancels, ROOM_AFTER)
-            deadline = time.monotonic() + LONGEST
-            while not self._now and time.monotonic() < deadline:
+            began = time.monotonic()
+            while not self._now and time.monotonic() - began < self._longest():
                 known = len(self._new) + len(self._cancels)
                 self._changed.wait_for(
                     lambda known=known: (  # type: ignore[misc]
@@ -199,6 +204,9 @@ class ArrayEngine:
                 )
                 if len(self._new) + len(self._cancels) == known:
                     return
+
+    def _longest(self) -> float:
+        return LONGEST if self._new else LONGEST_OF_CANCELS
 
     def _submit(self, tasks: Sequence[Task]) -> None:
         groups: dict[object, list[Task]] = {}
@@ -258,6 +266,8 @@ class ArrayEngine:
     def _cancel(self, task: Task) -> None:
         with self._changed:
             if task in self._batch_of:
+                if not self._cancels:
+                    self._cancels_since = time.monotonic()
                 self._cancels.append(task)
                 self._start()
             self._changed.notify_all()

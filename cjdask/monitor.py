@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from types import MappingProxyType
 
 from cjdask.backends import BatchBackend
@@ -238,20 +239,29 @@ class Monitor:
             SchedulerError, ProtocolError: the request did not get through.
         """
         asked = {job: self._to_cancel(job, (tasks or {}).get(job)) for job in jobs}
-        backend, ids = self.scheduler.backend, []
-        for job, wanted in asked.items():
-            if len(wanted) == len(job.open()) or not isinstance(backend, BatchBackend):
-                ids += [job.job_id] if wanted else []
-            else:
-                ids += [backend.task_id(job.job_id, task) for task in wanted if task is not None]
-        if ids:
-            self.scheduler.cancel(ids)
+        if ids := [each for job, wanted in asked.items() for each in self._ids(job, wanted)]:
+            self.scheduler.cancel([each for _, each in sorted(ids, key=itemgetter(0))])
         for job, wanted in asked.items():
             job._cancelled_at = {**dict.fromkeys(wanted, self._clock()), **job._cancelled_at}
         with self._changed:
             self._interval = self.min_interval
             self._asked_at = min(self._asked_at, self._clock() - self.min_interval + AFTER_CANCEL)
             self._changed.notify_all()
+
+    def _ids(self, job: TrackedJob, wanted: Sequence[int | None]) -> list[tuple[bool, str]]:
+        """Return the ids of tasks or of the whole job, with whether each runs.
+
+        What runs is to be cancelled last, so that nothing starts in its place that is to go too.
+        Of tasks the first are the first to run.
+        """
+        backend = self.scheduler.backend
+        if len(wanted) == len(job.open()) or not isinstance(backend, BatchBackend):
+            return [(job.status is Status.RUNNING, job.job_id)] if wanted else []
+        return [
+            (job.infos[task].status is Status.RUNNING, backend.task_id(job.job_id, task))
+            for task in reversed(wanted)
+            if task is not None
+        ]
 
     @staticmethod
     def _to_cancel(job: TrackedJob, tasks: Collection[int] | None) -> list[int | None]:

@@ -95,7 +95,7 @@ def test_tasks_of_arrays_are_named(fake: FakeSite) -> None:
     assert row["tasks"] == {"PENDING": 20}
     done = cjdask("cancel", "1_3", "sweep_4", "1_3")
     assert done.stdout == "1_3  sweep  to be cancelled\n1_4  sweep  to be cancelled\n"
-    assert fake.protocol.calls[-1] == ("fake-cancel", "1_3", "1_4")
+    assert fake.protocol.calls[-1] == ("fake-cancel", "1_4", "1_3")  # the last to start first
     cjdask("cancel", "sweep", "1_3")
     assert fake.protocol.calls[-1] == ("fake-cancel", "1")
     assert cjdask("status", "sweep_21").exit_code == 2

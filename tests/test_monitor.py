@@ -149,6 +149,19 @@ def test_jobs_and_tasks_are_cancelled_with_one_command(
     assert protocol.calls == [("fake-cancel", "7", "8", "9_1")]
 
 
+def test_what_runs_is_cancelled_last(parts: tuple[Monitor, FakeProtocol]) -> None:
+    """Nothing starts in the place of a cancelled job or task that is to be cancelled itself."""
+    monitor, protocol = parts
+    runs, waits, array = monitor.track("1"), monitor.track("2"), monitor.track("3", (0, 1, 2, 3))
+    protocol.set("1", Status.RUNNING)
+    protocol.queue["2"] = [JobInfo("2", Status.PENDING)]
+    states = [Status.RUNNING, Status.PENDING, Status.PENDING, Status.PENDING]
+    protocol.queue["3"] = [JobInfo("3", state, task) for task, state in enumerate(states)]
+    monitor.refresh(max_age=0)
+    monitor.cancel([runs, waits, array], {array: [0, 1, 2]})
+    assert protocol.calls[-1] == ("fake-cancel", "2", "3_2", "3_1", "1", "3_0")
+
+
 def test_a_job_that_is_listed_again_is_not_lost(
     parts: tuple[Monitor, FakeProtocol], clock: FakeClock
 ) -> None:
