@@ -225,6 +225,7 @@ def test_a_python_that_nodes_do_not_have(look: Examination) -> None:
     assert found.text.splitlines()[1:] == ["n2: python: No such file or directory"]
 
 
+@pytest.mark.long
 def test_interrupting_cancels_the_trial_jobs(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

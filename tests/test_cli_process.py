@@ -106,6 +106,7 @@ def submit(count: int, body: str) -> None:
         script.submit(cache_id=f"job{number}", cache_folder=".cjdask/runs")
 
 
+@pytest.mark.long
 def test_a_watched_table_stays_in_its_place(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

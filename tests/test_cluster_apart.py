@@ -176,6 +176,7 @@ def test_it_adapts_as_before_when_taken_up(apart: Callable[..., ClusterjobCluste
         assert (first, wide.maximum) == (None, 3)
 
 
+@pytest.mark.long
 def test_an_adaptive_of_ones_own_is_not_taken_up(apart: Callable[..., ClusterjobCluster]) -> None:
     """What only this process has, a class or a function, is left out; all else is taken up."""
 
@@ -191,6 +192,7 @@ def test_an_adaptive_of_ones_own_is_not_taken_up(apart: Callable[..., Clusterjob
     cluster.close()
 
 
+@pytest.mark.long
 def test_a_dask_scheduler_that_dies_is_noticed(
     apart: Callable[..., ClusterjobCluster], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

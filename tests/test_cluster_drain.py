@@ -115,6 +115,7 @@ def test_a_worker_waits_for_who_takes_its_data(runs: Path) -> None:
     run(test)
 
 
+@pytest.mark.long
 def test_a_task_that_outlasts_the_margin_runs_again(runs: Path) -> None:
     """The worker leaves before the job is ended, its data is moved, the task is run elsewhere."""
 

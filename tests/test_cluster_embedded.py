@@ -154,6 +154,7 @@ def with_coroutine():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["exit", "exception", "context", "coroutine"])
 def test_no_jobs_are_left(embedded: Callable[[], int], how: str) -> None:
     """A program that ends without closing its cluster, in whatever way, leaves no jobs."""

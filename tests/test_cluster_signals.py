@@ -160,6 +160,7 @@ def statuses(ids: list[str]) -> set[Status]:
     return {info.status for info in scheduler_for("local").query(ids)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_leaves_no_jobs(program: Callable[..., Any], tmp_path: Path, number: int) -> None:
     """The process ends by the signal, its jobs are cancelled and its files removed."""

@@ -307,6 +307,7 @@ def test_end_that_cannot_be_written_is_written_later(host: EmbeddedHost) -> None
     assert host.job(number)["exit_code"] == 4
 
 
+@pytest.mark.long
 def test_removed_state_directory_ends_its_processes(host: EmbeddedHost) -> None:
     """When the state directory is removed, managers, supervisors and jobs go."""
     _, pids = start_tree(host)

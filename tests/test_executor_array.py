@@ -237,6 +237,7 @@ class DiesWhenContinued:
         self.saved = True
 
 
+@pytest.mark.long
 def test_what_was_saved_for_another_job_does_not_continue_a_call_again(
     tmp_path: Path, commands: Callable[[str], int]
 ) -> None:
@@ -370,6 +371,7 @@ def test_a_job_that_is_held(
     assert told == ["calls wait: job 7 on local is held: condor_release 7 lets it go"]
 
 
+@pytest.mark.long
 def test_a_result_before_its_submission_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that is over before the submit command has returned has its result."""
     with LocalExecutor() as executor:
@@ -466,6 +468,7 @@ def test_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(path.read_text() for path in files()) == ["hello\n", "hullo\n"]
 
 
+@pytest.mark.long
 def test_the_function_of_clusterfutures() -> None:
     """``cjdask.map`` yields results in order, or as they come, and ends the executor."""
     executor = LocalExecutor()

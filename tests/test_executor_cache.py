@@ -160,6 +160,7 @@ def test_results_are_kept_and_failures_are_not(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["some%2Fresults"]
 
 
+@pytest.mark.long
 def test_another_version_of_the_function(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Results of a function that has changed since are used, with a warning."""
     versions: dict[int, Callable[[int], int]] = {}
@@ -243,6 +244,7 @@ def test_killed_at_random(tmp_path: Path, seed: int) -> None:
     assert noted(tmp_path / "log") == {str(n): 1 for n in range(calls)}
 
 
+@pytest.mark.long
 def test_two_at_once(tmp_path: Path) -> None:
     """Two programs that make the same map share the calls."""
     drivers = [start(tmp_path, 8, 0.3) for _ in range(2)]

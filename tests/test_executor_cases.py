@@ -143,6 +143,7 @@ def test_traceback(executor: ClusterExecutor) -> None:
     assert 'raise RuntimeError("an exception")  # with a comment' in str(error.__cause__)
 
 
+@pytest.mark.long
 def test_nothing_is_held(executor: ClusterExecutor) -> None:
     """Neither a call that was submitted nor a result that was taken is kept alive."""
     thing = Thing()

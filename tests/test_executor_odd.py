@@ -34,6 +34,7 @@ assert random.random() == random.Random(0).random(), "the generator of the progr
 """
 
 
+@pytest.mark.long
 def test_the_same_seed_in_two_programs(tmp_path: Path) -> None:
     """Programs in one folder with the same seed do not get in each other's way."""
     script = tmp_path / "seeded.py"

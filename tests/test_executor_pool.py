@@ -89,6 +89,7 @@ def test_a_large_argument(pool: ClusterExecutor) -> None:
     assert pool.submit(bytes, 20 << 20).result() == bytes(20 << 20)
 
 
+@pytest.mark.long
 def test_deaths_of_processes(pool: ClusterExecutor) -> None:
     """A call that ends its process ends with an error that says how, and no other call."""
 

@@ -130,6 +130,7 @@ def test_failure(place: Place) -> None:
     assert (job.state(), job.exit_code(), job.stdout()) == ("FAILED", 42, "before\n")
 
 
+@pytest.mark.long
 def test_cancel_and_reconnect(place: Place) -> None:
     """A running job is taken up by another process from a pickle, and cancelled there."""
     job = place.job("bash", "-c", "echo here; sleep 100; touch wakeup.txt")
@@ -148,6 +149,7 @@ def test_cancel_and_reconnect(place: Place) -> None:
     assert not list(place.folder.glob("*/wakeup.txt"))
 
 
+@pytest.mark.long
 def test_array(place: Place, tmp_path: Path) -> None:
     """The index is the last argument of each task; one that fails makes the array FAILED."""
     script = "echo task $0; echo $0 >result_$0.txt; [ $0 != 2 ] || exit 42"
@@ -163,6 +165,7 @@ def test_array(place: Place, tmp_path: Path) -> None:
     assert job.stdout() == "".join(f"task {i}\n" for i in range(4))
 
 
+@pytest.mark.long
 def test_nodefile(place: Place) -> None:
     """The node file has a line for each task, and is named in the environment."""
     job = place.job("bash", "-c", 'cat "$LIBBATCH_NODEFILE"', ntasks=2, create_nodefile=True)

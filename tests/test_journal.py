@@ -400,6 +400,7 @@ def test_the_record_can_be_left_out(protocol: TaggingProtocol) -> None:
         assert script.read_text() == Path("jobs", folder, "j.fake").read_text()
 
 
+@pytest.mark.long
 def test_many_cached_runs_cost_one_question(
     protocol: TaggingProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def await_text(text: str, name: str = "told") -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["cached", "dumped"])
 def test_the_submitting_process_is_gone(python: Python, how: str) -> None:
     """Two other processes see the end at the same time; one runs the epilogue, both wait for it."""
@@ -89,6 +90,7 @@ def test_the_submitting_process_is_gone(python: Python, how: str) -> None:
     assert Path("told").read_text() == "begun\nover\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["cached", "dumped"])
 def test_after_a_cancel(python: Python, how: str) -> None:
     """The epilogue of a cancelled run is run once too, also where several processes cancel."""

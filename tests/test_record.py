@@ -187,6 +187,7 @@ def test_a_changed_transcript_fails(recorded: Path) -> None:
     assert steps("query-ended")[0].expected[0].startswith('-> {"job_id": "1"')
 
 
+@pytest.mark.long
 def test_a_parser_that_skips_lines_fails(recorded: Path) -> None:
     """The checks see a parser that leaves out what it does not understand."""
     assert check("local")["test_every_line_is_accounted_for[query-open]"] == "PASSED"

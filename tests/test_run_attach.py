@@ -189,6 +189,7 @@ print(run.get(timeout=60).name, run.exit_code, run.stdout(task=1))
 """
 
 
+@pytest.mark.long
 def test_from_any_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the submitting process others wait for the job by file, by cache_id and by id."""
     monkeypatch.setenv("CJDASK_EMBEDDED_DIR", str(tmp_path / "state"))
@@ -220,6 +221,7 @@ print(run.job_id, run.get(timeout=60).name, run.stdout())
 """
 
 
+@pytest.mark.long
 def test_another_script_is_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two scripts with the same settings and names get results of their own, each its own again."""
     monkeypatch.setenv("CJDASK_EMBEDDED_DIR", str(tmp_path / "state"))

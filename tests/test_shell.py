@@ -34,6 +34,7 @@ def test_any_login_shell(shell: str) -> None:
     assert (ending.exit_code, ending.stderr) == (0, b"")
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), max_size=4))
 def test_any_words(words: list[str]) -> None:
