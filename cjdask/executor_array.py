@@ -172,12 +172,12 @@ class ArrayEngine:
     def _send_once(self) -> None:
         self._collect()
         with self._changed:
+            cancels: list[Task] = []
+            if not self._new or time.monotonic() - self._cancels_since > LONGEST_OF_CANCELS:
+                cancels, self._cancels = self._cancels, cancels
             tasks, self._new, self._now = [*self._held, *self._new], [], False
             self._held = []
             self._sending.update(tasks)
-            cancels: list[Task] = []
-            if not tasks or time.monotonic() - self._cancels_since > LONGEST_OF_CANCELS:
-                cancels, self._cancels = self._cancels, cancels
         try:
             self._submit([task for task in tasks if task.wanted])
         except BaseException as error:
